@@ -28,7 +28,7 @@ sparse_tree()
 {
 	drop_tree "$1"
 	kgit "$BASE_TREE" worktree add -q --no-checkout --detach "$1" "$2"
-	touched_files | sed 's,^,/,' | cat - <(printf '/%s\n' Makefile Kconfig mm/Kconfig) |
+	touched_files | sed 's,^,/,' | cat - <(printf '/%s\n' .gitattributes Makefile Kconfig mm/Kconfig) |
 		kgit "$1" sparse-checkout set --no-cone --stdin
 	kgit "$1" checkout -q
 }
