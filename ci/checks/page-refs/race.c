@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * In the guest, with two CPUs: on CPU 0 somebody writes to the struct page of a
+ * In the guest, with two CPUs: on CPU 1 somebody writes to the struct page of a
  * page that is not theirs, and is held right before that write by ci/hold-vcpu.
- * On CPU 1 the page is freed and becomes part of a huge page meanwhile.
+ * On CPU 0, which keeps the time, the page is freed and becomes part of a huge
+ * page meanwhile.
  *
  * Usage: race page_idle | hwpoison
  *
@@ -20,25 +21,17 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #define KPF_COMPOUND_TAIL	16
 #define KPF_HUGE		17
 #define KPF_HWPOISON		19
+#define POLLS			300000	/* a second or so under TCG */
 
 static void die(const char *what)
 {
 	printf("race: %s: %s\n", what, strerror(errno));
 	exit(3);
-}
-
-static double now(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return ts.tv_sec + ts.tv_nsec / 1e9;
 }
 
 static void pin(int cpu)
@@ -68,7 +61,9 @@ static unsigned long meminfo_kb(const char *key)
 	unsigned long kb = 0;
 	char line[128];
 
-	while (f && fgets(line, sizeof(line), f))
+	if (!f)
+		die("/proc/meminfo");
+	while (fgets(line, sizeof(line), f))
 		if (!strncmp(line, key, strlen(key)))
 			kb = strtoul(line + strlen(key), NULL, 10);
 	fclose(f);
@@ -83,12 +78,12 @@ static void write_num(const char *path, unsigned long n)
 		die(path);
 }
 
-/* CPU 0: the write that is held. */
+/* CPU 1: the write that is held. */
 static void stranger(int from, const char *how)
 {
 	unsigned long pfn;
 
-	pin(0);
+	pin(1);
 	if (read(from, &pfn, sizeof(pfn)) != sizeof(pfn))
 		die("no pfn");
 	if (!strcmp(how, "page_idle")) {
@@ -109,12 +104,11 @@ int main(int argc, char **argv)
 	const unsigned long page = sysconf(_SC_PAGESIZE);
 	const unsigned long huge = meminfo_kb("Hugepagesize:") * 1024;
 	const unsigned long nr = huge / page;
-	const char *pool = "/proc/sys/vm/nr_hugepages";
-	unsigned long len, pfn = 0, i, j = 0;
-	int pipefd[2], status, kmsg;
+	unsigned long len, pfn = 0, i, j = 0, poll;
+	int pipefd[2], status;
+	struct timespec ts;
 	uint64_t flags, head;
 	bool while_free;
-	double start;
 	pid_t child;
 	char *mem;
 
@@ -130,10 +124,10 @@ int main(int argc, char **argv)
 	child = fork();
 	if (!child)
 		stranger(pipefd[0], argv[1]);
-	pin(1);
+	pin(0);
 
-	/* Most of memory, in pages of their own. */
-	len = meminfo_kb("MemFree:") / 10 * 7 * 1024 / huge * huge;
+	/* Pages of their own; enough to empty the per-cpu lists of the first. */
+	len = 64 * huge;
 	mem = mmap(NULL, len + huge, PROT_READ | PROT_WRITE,
 		   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (mem == MAP_FAILED)
@@ -166,23 +160,20 @@ int main(int argc, char **argv)
 		munmap(mem, len);
 	if (write(pipefd[1], &pfn, sizeof(pfn)) != sizeof(pfn))
 		die("write");
-	sleep(1);
-	if (waitpid(child, &status, WNOHANG))
-		die("nobody held the stranger");
+	/* Long enough for the stranger to get there. */
+	for (poll = 0; poll < POLLS; poll++)
+		if (waitpid(child, &status, WNOHANG))
+			die("nobody held the stranger");
 
 	/* The first ones out of the per-cpu lists, by those that follow. */
 	if (!while_free) {
 		munmap(mem + i * page, huge);
 		munmap(mem, len);
 	}
-	/* By the kernel's log, which needs no other CPU: ci/hold-vcpu looks for it. */
-	kmsg = open("/dev/kmsg", O_WRONLY);
-	if (kmsg < 0 || write(kmsg, "race: growing", 13) != 13)
-		die("/dev/kmsg");
-	start = now();
-	write_num(pool, meminfo_kb("MemFree:") / 10 * 9 * 1024 / huge);
-	printf("race: a pool of %lu huge pages after %.1f s\n",
-	       meminfo_kb("HugePages_Total:"), now() - start);
+	write_num("/proc/sys/vm/nr_hugepages", meminfo_kb("MemFree:") / 10 * 9 * 1024 / huge);
+	/* For ci/hold-vcpu, which waits for that. */
+	sched_rr_get_interval(0, &ts);
+	printf("race: a pool of %lu huge pages\n", meminfo_kb("HugePages_Total:"));
 	waitpid(child, &status, 0);
 	if (!WIFEXITED(status)) {
 		printf("race: the stranger died of signal %d\n", WTERMSIG(status));

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * In the guest, with two CPUs: on CPU 1 a thread faults in a huge page of a
+ * private mapping without a reservation, which is a surplus page, and is held by
+ * ci/hold-vcpu when the page is mapped. On CPU 0, which keeps the time, the page
+ * is unmapped again, and freed with that.
+ *
+ * Exits with 0 when all that has happened, and with 3 when it has not.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#define POLLS	1000000		/* a second or so under TCG */
+
+static volatile char *mem;
+
+static void die(const char *what)
+{
+	printf("unmap: %s: %s\n", what, strerror(errno));
+	exit(3);
+}
+
+static void pin(int cpu)
+{
+	cpu_set_t set;
+
+	CPU_ZERO(&set);
+	CPU_SET(cpu, &set);
+	if (sched_setaffinity(0, sizeof(set), &set))
+		die("sched_setaffinity");
+}
+
+static void *fault(void *done)
+{
+	pin(1);
+	*mem = 1;
+	*(volatile int *)done = 1;
+	return NULL;
+}
+
+int main(void)
+{
+	const size_t huge = 2UL << 20;
+	volatile int done = 0;
+	pthread_t thread;
+	struct timespec ts;
+	int poll;
+	FILE *f;
+
+	pin(0);
+	f = fopen("/proc/sys/vm/nr_overcommit_hugepages", "w");
+	if (!f || fputs("1", f) < 0 || fclose(f))
+		die("nr_overcommit_hugepages");
+	mem = mmap(NULL, huge, PROT_READ | PROT_WRITE,
+		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | MAP_NORESERVE, -1, 0);
+	if (mem == MAP_FAILED)
+		die("mmap");
+	if (pthread_create(&thread, NULL, fault, (void *)&done))
+		die("pthread_create");
+	/* Long enough for the thread to get there. */
+	for (poll = 0; poll < POLLS; poll++)
+		if (getppid() && done)
+			die("nobody held the fault");
+	if (madvise((void *)mem, huge, MADV_DONTNEED))
+		die("madvise");
+	/* For ci/hold-vcpu, which waits for that. */
+	sched_rr_get_interval(0, &ts);
+	pthread_join(thread, NULL);
+	printf("race: faulted and unmapped\n");
+	return 0;
+}
