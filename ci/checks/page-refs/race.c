@@ -26,7 +26,7 @@
 #define KPF_COMPOUND_TAIL	16
 #define KPF_HUGE		17
 #define KPF_HWPOISON		19
-#define POLLS			150000	/* half a second or so under TCG */
+#define POLLS			50000	/* a quarter of a second or so under TCG */
 
 static void die(const char *what)
 {

@@ -17,7 +17,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define POLLS	300000	/* half a second or so under TCG */
+#define POLLS	100000	/* a quarter of a second or so under TCG */
 
 static volatile char *mem;
 
@@ -62,7 +62,8 @@ int main(void)
 	int poll;
 
 	pin(0);
-	write_to("/proc/sys/vm/nr_overcommit_hugepages", "1");
+	/* More than one: the thread may have to fault again. */
+	write_to("/proc/sys/vm/nr_overcommit_hugepages", "8");
 	mem = mmap(NULL, huge, PROT_READ | PROT_WRITE,
 		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | MAP_NORESERVE, -1, 0);
 	if (mem == MAP_FAILED)
