@@ -9,40 +9,18 @@
  *
  * Exits with 0 when all that has happened, and with 3 when it has not.
  */
-#define _GNU_SOURCE
-#include <errno.h>
+#include "guest.h"
 #include <fcntl.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
-#include <unistd.h>
 
 #define KPF_COMPOUND_TAIL	16
 #define KPF_HUGE		17
 #define KPF_HWPOISON		19
 #define POLLS			50000	/* a quarter of a second or so under TCG */
-
-static void die(const char *what)
-{
-	printf("race: %s: %s\n", what, strerror(errno));
-	exit(3);
-}
-
-static void pin(int cpu)
-{
-	cpu_set_t set;
-
-	CPU_ZERO(&set);
-	CPU_SET(cpu, &set);
-	if (sched_setaffinity(0, sizeof(set), &set))
-		die("sched_setaffinity");
-}
 
 static uint64_t read_u64(const char *path, uint64_t at)
 {

@@ -7,35 +7,13 @@
  *
  * Exits with 0 when all that has happened, and with 3 when it has not.
  */
-#define _GNU_SOURCE
-#include <errno.h>
+#include "guest.h"
 #include <pthread.h>
-#include <sched.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
-#include <unistd.h>
 
 #define POLLS	100000	/* a quarter of a second or so under TCG */
 
 static volatile char *mem;
-
-static void die(const char *what)
-{
-	printf("unmap: %s: %s\n", what, strerror(errno));
-	exit(3);
-}
-
-static void pin(int cpu)
-{
-	cpu_set_t set;
-
-	CPU_ZERO(&set);
-	CPU_SET(cpu, &set);
-	if (sched_setaffinity(0, sizeof(set), &set))
-		die("sched_setaffinity");
-}
 
 static void write_to(const char *path, const char *what)
 {
