@@ -46,3 +46,12 @@ touched_files()
 	[ $# -gt 0 ] || set -- $(series_patches | sed "s,^,$TOP/patches/,")
 	sed -n 's,^diff --git a/\(.*\) b/\(.*\)$,\1\n\2,p' "$@" | sort -u
 }
+
+# The subject of the last patch of each topic.
+last_subjects()
+{
+	local t
+	for t in $(series_topics); do
+		subject_of "$TOP/patches/$(series_patches | grep "^$t/" | tail -n 1)"
+	done
+}

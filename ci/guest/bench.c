@@ -5,7 +5,7 @@
  * are instructions where the clock counts instructions (QEMU -icount shift=0),
  * else nanoseconds.
  *
- * usage: bench SCENARIO [instructions]
+ * usage: bench 2M|1G|single|boot [instructions]
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -411,6 +411,8 @@ int main(int argc, char **argv)
 		return 0;
 	}
 
+	if (pool_file(KB_2M, "nr_hugepages") || pool_file(KB_1G, "nr_hugepages"))
+		die("there are huge pages in the pools, which are emptied here");
 	/* What is still being set up after boot is not what is measured. */
 	sleep(1);
 	start = now();
