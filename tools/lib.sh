@@ -402,7 +402,7 @@ build_dir()
 	local tree=$1 IFS=-
 	shift
 	case $tree in
-	base | patched | linux | prefix) echo "$WORK/$tree/.o-$*" ;;
+	base | patched | linux | prefix | mutant) echo "$WORK/$tree/.o-$*" ;;
 	*) echo "$WORK/build/$tree-$*" ;;
 	esac
 }
