@@ -10,18 +10,22 @@
  * memory backend, and keeps what was in them. When a store changes an entry it
  * compares old and new, and the contents of the pages that they map. What TLBs may
  * still have is remembered until a broadcast invalidation of kernel addresses.
- * This version of QEMU does not show a plugin the operands of an instruction, so an
- * invalidation by address is taken for one of everything: that one comes at the
- * right time is judged, that its range is right is not.
+ *
+ * What it cannot see: this version of QEMU does not show a plugin the operands of an
+ * instruction, so an invalidation by address is taken for one of everything. That
+ * one comes at the right time is judged, that its range is right, or that barriers
+ * are around it, is not. Nor is what only leads to a fault: an old read-only
+ * translation of a page that may be written to by now.
  *
  * What breaks the rules:
  *
  *   address     a valid entry maps another page, and it or a translation that TLBs
- *               may have is writable, or the contents differ, now or at any time
- *               before the next invalidation
+ *               may have is writable, or the contents differ, when it changes or
+ *               when TLBs are invalidated after that
  *   writable    an entry becomes writable while TLBs may have another page for it
  *   attributes  a valid entry changes in something else than write permission
- *   make        an entry becomes valid again before what it was is invalidated
+ *   make        an entry becomes valid again before what it was is invalidated; of a
+ *               table, the last level only
  *   split       a block becomes a table, on a CPU without BBML3
  *   unlike      a table does not map what the block mapped that it replaces
  *   unflushed   an entry of such a table changes before the block is invalidated
@@ -157,6 +161,12 @@ static bool writable(uint64_t e)
 	return !(e & RDONLY) || (e & DBM);
 }
 
+/* Those of a block and of a page are the same bits, but for what it is. */
+static uint64_t attributes(uint64_t e)
+{
+	return e & ~(entry_pa(e) | TABLE | SOFTWARE);
+}
+
 static bool same_contents(uint64_t a, uint64_t b)
 {
 	void *p = at(a), *q = at(b);
@@ -234,7 +244,6 @@ static void remember(struct table *t, unsigned int i)
 
 static void page_changed(struct table *t, unsigned int i, uint64_t va, uint64_t old, uint64_t new)
 {
-	const uint64_t diff = old ^ new;
 	struct was *was = &t->was[i];
 
 	if (!(old & VALID)) {
@@ -268,7 +277,7 @@ static void page_changed(struct table *t, unsigned int i, uint64_t va, uint64_t 
 		if (was->other)
 			violation("writable", va, old, new);
 	}
-	if ((diff & ~(entry_pa(old) | entry_pa(new))) & ~(RDONLY | DBM | SOFTWARE))
+	if ((attributes(old) ^ attributes(new)) & ~(RDONLY | DBM))
 		violation("attributes", va, old, new);
 }
 
@@ -295,7 +304,7 @@ static void block_changed(struct table *t, uint64_t va, uint64_t old, uint64_t n
 			const uint64_t e = child->shadow[k];
 
 			if (entry_pa(e) != entry_pa(old) + k * (1ULL << level_shift(t->level + 1)) ||
-			    writable(e) != writable(old) || !(e & VALID)) {
+			    attributes(e) != attributes(old)) {
 				violation("unlike", va, old, e);
 				break;
 			}
@@ -464,8 +473,8 @@ EXPORT int qemu_plugin_install(uint64_t id, const void *info, int argc, char **a
 			die("what is", argv[i]);
 		*numbers[n].value = strtoull(value, NULL, 0);
 	}
-	if (!opt.out || !opt.ram || !opt.root || !opt.start)
-		die("missing: one of", "out, ram, root, start");
+	if (!opt.out || !opt.ram || !opt.base || !opt.root || !opt.start || !opt.end)
+		die("missing: one of", "out, ram, base, root, start, end");
 
 	out = fopen(opt.out, "w");
 	if (!out)
