@@ -421,6 +421,8 @@ int main(int argc, char **argv)
 
 	if (!strcmp(argv[1], "2M")) {
 		pool(KB_2M, 2048, "2M");
+	} else if (!strcmp(argv[1], "dimm")) {
+		pool(KB_2M, 2048, "dimm");
 	} else if (!strcmp(argv[1], "1G")) {
 		pool(KB_1G, 3, "1G");
 		demote();
