@@ -16,6 +16,8 @@ bad=0
 ok() { printf 'ok - %s\n' "$*"; }
 not_ok() { printf 'not ok - %s\n' "$*"; bad=$((bad + 1)); }
 skip() { printf 'skip - %s # %s\n' "$1" "$2"; }
+# long WHAT: whether to do what takes long and is not for ci/run --short
+long() { [ -z "${HVO_SHORT:-}" ] || { printf 'left out - %s\n' "$*"; false; }; }
 finish() { [ $bad -eq 0 ]; exit; }
 
 # A check of the stack that finds no stack has not checked anything.
