@@ -103,6 +103,8 @@ need()
 {
 	local why=$1 pair what missing=()
 	shift
+	# A command is there before the libraries that it needs, while somebody installs it.
+	[ ! -e "$WORK/log/apt.lock" ] || flock -s "$WORK/log/apt.lock" true
 	for pair in "$@"; do
 		what=${pair%%=*}
 		case $what in
@@ -177,8 +179,18 @@ write_sources()
 }
 
 # apt_download SUITE ARCH PACKAGE DIR: leaves PACKAGE_*.deb in DIR. A suite is
-# asked for its lists once; one that could not be had is asked again.
+# asked for its lists once; one that could not be had is asked again. One at a time:
+# apt refuses to share its lists.
 apt_download()
+{
+	mkdir -p "$WORK/apt"
+	(
+		flock 5
+		do_apt_download "$@"
+	) 5>"$WORK/apt/lock"
+}
+
+do_apt_download()
 {
 	local suite=$1 arch=$2 pkg=$3 dir=$4 state=$WORK/apt/$1-$2
 	command -v apt-get >/dev/null || { warn "no apt-get on this machine"; return 1; }
@@ -193,6 +205,73 @@ apt_download()
 	rm -f "$dir/${pkg%%=*}"_*.deb
 	(cd "$dir" && step "apt: download $pkg from $suite, $arch" "$WORK/log/apt-download.log" \
 		apt_private "$suite" "$arch" download "$pkg")
+}
+
+# pinned_deb PACKAGE ARCH: print the path of a package that comes with the base, of the
+# same version. Tried as tools/fetch does it: what is there, the pinned suite, other
+# suites, ../shared/base, any version. Who asks looks at the sha256.
+SUITES="unstable testing stable-backports stable"
+pinned_deb()
+{
+	local pkg=$1 arch=$2 dir=$WORK/download f s v
+	f=$dir/${pkg}_${BASE_PACKAGE_VERSION}_$arch.deb
+	need "Debian's packages" dpkg-deb=dpkg
+	for v in "=$BASE_PACKAGE_VERSION" ''; do
+		for s in $BASE_SUITE $SUITES; do
+			[ ! -e "$f" ] || { echo "$f"; return; }
+			! apt_download "$s" "$arch" "$pkg$v" "$dir" || f=$(ls "$dir/${pkg}"_*"_$arch.deb")
+		done
+		[ ! -e "$f" ] || { echo "$f"; return; }
+		f=$TOP/../shared/base/${f##*/}
+		[ ! -e "$f" ] || { echo "$f"; return; }
+		f=$dir/${f##*/}
+		[ -z "$v" ] || warn "$pkg $BASE_PACKAGE_VERSION could not be had: trying any other version"
+	done
+	die "Debian's $pkg for $arch could not be had" \
+	    "check the network, or put ${f##*/} into $dir"
+}
+
+# unpacked PACKAGE ARCH PATH SHA256 OUT: a file out of such a package. Another one than
+# the pinned one is used with a warning, as tools/fetch does with the base.
+unpacked()
+{
+	[ ! -e "$5" ] || return 0
+	mkdir -p "$WORK/download"
+	(
+		flock 5
+		do_unpack "$@"
+	) 5>"$WORK/download/lock"
+}
+
+do_unpack()
+{
+	local deb tmp=$5.new
+	[ ! -e "$5" ] || return 0
+	deb=$(pinned_deb "$1" "$2")
+	mkdir -p "$(dirname "$5")"
+	dpkg-deb --fsys-tarfile "$deb" | tar -xOf - --wildcards "$3" >"$tmp"
+	case $3 in *.xz) xz -d <"$tmp" >"$tmp.2"; mv "$tmp.2" "$tmp" ;; esac
+	[ "$(sha256sum "$tmp" | cut -d' ' -f1)" = "$4" ] ||
+		warn "${3##*/} of ${deb##*/} is not the one that ci/base.pin names"
+	mv "$tmp" "$5"
+}
+
+# debian_config ARCH: print where Debian's configuration of the base is
+debian_config()
+{
+	local name=CONFIG_NAME_$1 sum=CONFIG_SHA256_$1 out
+	[ -n "${!name:-}" ] || die "ci/base.pin names no configuration of Debian's for $1"
+	out=$WORK/download/config.${!name}
+	unpacked "$CONFIG_PACKAGE" "$DEB_ARCH" "*/config.${!name}.xz" "${!sum}" "$out"
+	echo "$out"
+}
+
+# debian_image: print where the kernel is that Debian has built of the base
+debian_image()
+{
+	local out=$WORK/download/vmlinuz-debian
+	unpacked "$IMAGE_PACKAGE" amd64 "*/vmlinuz*" "$IMAGE_SHA256" "$out"
+	echo "$out"
 }
 
 # ---------------------------------------------------------------------------
@@ -281,16 +360,26 @@ make_patched_tree()
 		return
 	fi
 	rm -rf "$tmp"
-	kgit "$BASE_TREE" worktree prune
-	kgit "$BASE_TREE" worktree add -q --no-checkout --detach "$tmp" base
+	worktrees kgit "$BASE_TREE" worktree prune
+	worktrees kgit "$BASE_TREE" worktree add -q --no-checkout --detach "$tmp" base
 	kgit "$tmp" sparse-checkout set --no-cone Makefile Kconfig mm/Kconfig
 	kgit "$tmp" checkout -q
 	# shellcheck disable=SC2046
 	am_series "$tmp" $(series_patches)
 	kgit "$BASE_TREE" branch -f patched "$(kgit "$tmp" rev-parse HEAD)" >/dev/null
-	kgit "$BASE_TREE" worktree remove --force "$tmp"
+	worktrees kgit "$BASE_TREE" worktree remove --force "$tmp"
 	add_tree "$PATCHED_TREE" patched
 	echo "$id" >"$PATCHED_TREE.id"
+}
+
+# worktrees COMMAND...: change which worktrees the base has, one at a time: to git, one
+# that is being made looks like one that is gone.
+worktrees()
+{
+	(
+		flock 5
+		"$@"
+	) 5>"$WORK/worktrees.lock"
 }
 
 # add_tree DIR COMMIT: a worktree of the base at COMMIT, detached; one that is
@@ -303,9 +392,9 @@ add_tree()
 		kgit "$1" clean -qfd
 	else
 		rm -rf "$1"
-		kgit "$BASE_TREE" worktree prune
+		worktrees kgit "$BASE_TREE" worktree prune
 		step "check out ${1##*/}" "$WORK/log/checkout-${1##*/}.log" \
-			kgit "$BASE_TREE" worktree add -q --detach "$1" "$2"
+			worktrees kgit "$BASE_TREE" worktree add -q --detach "$1" "$2"
 	fi
 }
 
@@ -378,7 +467,8 @@ arch_set()
 		CROSS=
 	fi
 	CROSS_PKG=gcc-${CROSS%-}
-	KMAKE=(make ARCH="$KARCH" CROSS_COMPILE="$CROSS")
+	# A guest that runs meanwhile has time limits, and a build has none.
+	KMAKE=(nice make ARCH="$KARCH" CROSS_COMPILE="$CROSS")
 }
 
 need_compiler()
@@ -411,7 +501,16 @@ build_dir()
 # The guest's userland: bash for run_vmtests.sh, busybox for everything else,
 # both static and Debian's, so that the kernel's scripts run unmodified.
 
-guest_userland()
+guest_userland()	# ARCH
+{
+	mkdir -p "$WORK/guest"
+	(
+		flock 6
+		make_guest_userland "$1"
+	) 6>"$WORK/guest/lock"
+}
+
+make_guest_userland()
 {
 	local arch=$1 out=$WORK/guest/$1.cpio.gz dir=$WORK/guest/$1 p s
 	[ ! -e "$out" ] || return 0
