@@ -362,8 +362,16 @@ static void pool(unsigned long kb, unsigned long pages, const char *what)
 static void demote(void)
 {
 	const unsigned long pages = 2;
+	char path[128];
+	int fd;
 
 	resize(KB_1G, pages);
+	/* arm64 has sizes in between, and takes the next smaller one by default. */
+	snprintf(path, sizeof(path), HUGEPAGES, KB_1G, "demote_size");
+	fd = open(path, O_WRONLY);
+	if (fd < 0 || write(fd, "2048kB", 6) != 6)
+		die("%s: %s", path, strerror(errno));
+	close(fd);
 	store_pool(KB_1G, "demote", pages);
 	if (pool_file(KB_2M, "nr_hugepages") != pages * KB_1G / KB_2M)
 		die("%lu pages of 1 GB were not demoted", pages);
@@ -528,15 +536,25 @@ static void compaction(void)
 		madvise(p + i, page, MADV_DONTNEED);
 	before = sum("/proc/vmstat", "compact_isolated");
 	store(path, 1);
-	took("compact-isolated-page", sum("/proc/vmstat", "compact_isolated") - before);
+	before = sum("/proc/vmstat", "compact_isolated") - before;
+	if (!before)
+		die("compaction has isolated nothing");
+	took("compact-isolated-page", before);
 	munmap(p, size);
 }
 
-/* What looks at all struct pages: at those above 1 GB, for the most part free. */
+/*
+ * What looks at all struct pages: at those above 1 GB of memory, for the most part free.
+ * The memory of QEMU's arm64 machine starts at 1 GB.
+ */
 static void walk(void)
 {
 	static uint64_t idle[4096], flags[1 << 15];
-	const off_t where = (1 << 30) / sysconf(_SC_PAGESIZE);
+#if defined(__x86_64__)
+	const off_t where = (1ul << 30) / sysconf(_SC_PAGESIZE);
+#else
+	const off_t where = (2ul << 30) / sysconf(_SC_PAGESIZE);
+#endif
 
 	for (int i = 0; i < TURNS; i++) {
 		pread_all("/sys/kernel/mm/page_idle/bitmap", idle, sizeof(idle), where / 8);
