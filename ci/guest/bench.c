@@ -389,6 +389,18 @@ static void *map_huge(size_t size, int flags)
 	return p;
 }
 
+/* Filled, and in base pages. */
+static char *map_small(size_t size)
+{
+	char *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (p == MAP_FAILED)
+		die("mmap: %s", strerror(errno));
+	madvise(p, size, MADV_NOHUGEPAGE);
+	memset(p, 1, size);
+	return p;
+}
+
 /* One page more and one less in the pool, and one that a page fault allocates. */
 static void single(void)
 {
@@ -475,11 +487,7 @@ static void swap_in(void)
 
 	if (pipe(to_child) || pipe(to_parent))
 		die("pipe: %s", strerror(errno));
-	p = mmap(NULL, pages * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (p == MAP_FAILED)
-		die("mmap: %s", strerror(errno));
-	madvise(p, pages * page, MADV_NOHUGEPAGE);
-	memset(p, 1, pages * page);
+	p = map_small(pages * page);
 	if (madvise(p, pages * page, MADV_PAGEOUT))
 		die("MADV_PAGEOUT: %s", strerror(errno));
 	if (sum("/proc/vmstat", "pswpout") < pages)
@@ -526,11 +534,7 @@ static void compaction(void)
 	char *p;
 
 	resize(KB_2M, (memfree() - 2 * (size >> 10)) / KB_2M);
-	p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (p == MAP_FAILED)
-		die("mmap: %s", strerror(errno));
-	madvise(p, size, MADV_NOHUGEPAGE);
-	memset(p, 1, size);
+	p = map_small(size);
 	resize(KB_2M, 0);
 	for (size_t i = 0; i < size; i += 2 * page)
 		madvise(p + i, page, MADV_DONTNEED);
@@ -585,11 +589,7 @@ static void references(void)
 	}
 	close(fd);
 
-	p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (p == MAP_FAILED)
-		die("mmap: %s", strerror(errno));
-	madvise(p, size, MADV_NOHUGEPAGE);
-	memset(p, 1, size);
+	p = map_small(size);
 	fd = open("/sys/kernel/debug/gup_test", O_RDWR);
 	if (fd < 0)
 		die("no gup_test: %s", strerror(errno));
