@@ -155,9 +155,8 @@ static bool is_dsb(uint32_t op)
 static void loaded(unsigned int vcpu, uint32_t info, uint64_t va, void *data)
 {
 	(void)vcpu;
-	(void)info;
 	(void)data;
-	if (va < walk.start || va >= walk.end)
+	if (qemu_plugin_mem_is_store(info) || va < walk.start || va >= walk.end)
 		return;
 	for (unsigned int i = 0; i < sizeof(tlbs) / sizeof(*tlbs); i++) {
 		const uint64_t page = va >> tlbs[i].shift;
@@ -207,7 +206,7 @@ static void translated(uint64_t id, struct qemu_plugin_tb *tb)
 		if (arm64 && is_dsb(op))
 			add(insn, dsb);
 		if (walk.end)
-			qemu_plugin_register_vcpu_mem_cb(insn, loaded, NO_REGS, LOADS, NULL);
+			qemu_plugin_register_vcpu_mem_cb(insn, loaded, NO_REGS, ALL_ACCESSES, NULL);
 		for (unsigned int c = 0; c < nr_counters; c++)
 			if (counters[c].pc == pc)
 				add(insn, &counters[c]);
