@@ -9,9 +9,10 @@
  *             the functions that are named everything counts
  *   NAME      how often the function NAME was entered
  *   tlbi, dsb on arm64: broadcast TLB invalidations and barriers for completion
- *   miss-4k, miss-2m with walk=START-END: for how many loads from these addresses a
- *             TLB has no translation that has 1024 of them, direct-mapped, and is
- *             used for nothing else, if they are mapped with 4 KB or with 2 MB
+ *   miss-4k, miss-2m with walk=START-END: how many loads from these addresses miss a
+ *             TLB, if they are mapped with 4 KB or with 2 MB. The TLB has 1024
+ *             entries, direct-mapped, is empty at the first mark, and nothing else
+ *             uses it. An atomic operation is a store.
  *
  * All CPUs are counted, so that of a guest with more than one it is what all of
  * them did meanwhile. Guests with one thread only (-icount, or thread=single).
@@ -75,6 +76,8 @@ static void begin(unsigned int vcpu, void *data)
 	(void)data;
 	for (unsigned int i = 0; i < nr_counters; i++)
 		counters[i].begin = counters[i].value;
+	for (unsigned int i = 0; i < sizeof(tlbs) / sizeof(*tlbs); i++)
+		memset(tlbs[i].entries, 0, sizeof(tlbs[i].entries));
 }
 
 static void end(unsigned int vcpu, void *data)
