@@ -5,22 +5,29 @@
  * On CPU 0, which keeps the time, the page is freed and becomes part of a huge
  * page meanwhile.
  *
- * Usage: race page_idle | hwpoison
+ * Usage: race page_idle | hwpoison | compaction | swap_cache
+ *
+ * swap_cache wants a swap device.
  *
  * Exits with 0 when all that has happened, and with 3 when it has not.
  */
 #include "guest.h"
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/mman.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 
 #define KPF_COMPOUND_TAIL	16
 #define KPF_HUGE		17
 #define KPF_HWPOISON		19
+#define DMA_END			(16UL << 20)
 #define POLLS			50000	/* a quarter of a second or so under TCG */
+/* Where the pages are: what "--index" of ci/hold-vcpu goes by */
+#define MEM			((char *)0x600000000000)
 
 static uint64_t read_u64(const char *path, uint64_t at)
 {
@@ -66,6 +73,8 @@ static void stranger(int from, const char *how)
 		die("no pfn");
 	if (!strcmp(how, "page_idle")) {
 		read_u64("/sys/kernel/mm/page_idle/bitmap", pfn / 64);
+	} else if (!strcmp(how, "compaction")) {
+		write_num("/proc/sys/vm/compact_memory", 1);
 	} else {
 		/* A huge page that is being made may be busy: that is no failure. */
 		FILE *f = fopen("/sys/devices/system/memory/hard_offline_page", "w");
@@ -77,82 +86,154 @@ static void stranger(int from, const char *how)
 	exit(0);
 }
 
+static volatile bool came_back;
+
+static void *touch(void *page)
+{
+	pin(1);
+	*(volatile char *)page = 1;
+	came_back = true;
+	return NULL;
+}
+
+/* Leave a page in the swap cache, where its only reference is that of the cache. */
+static void swap_out(char *page, unsigned long size)
+{
+	struct iovec iov = { page, 16 };
+	uint64_t v;
+	int fds[2];
+
+	if (pipe(fds) || vmsplice(fds[1], &iov, 1, 0) != 16)
+		die("vmsplice");
+	if (madvise(page, size, MADV_PAGEOUT))
+		die("MADV_PAGEOUT");
+	close(fds[0]);
+	close(fds[1]);
+	v = read_u64("/proc/self/pagemap", (uintptr_t)page / size);
+	if (!(v >> 62 & 1))
+		die("the page is not swapped out");
+}
+
+static bool is(const char *how, const char *what) { return !strcmp(how, what); }
+
 int main(int argc, char **argv)
 {
 	const unsigned long page = sysconf(_SC_PAGESIZE);
 	const unsigned long huge = meminfo_kb("Hugepagesize:") * 1024;
 	const unsigned long nr = huge / page;
-	unsigned long len, pfn = 0, i, j = 0, poll;
-	int pipefd[2], status;
+	unsigned long len, pfn = ~0UL, run = 0, i, j, poll;
+	/* The first page that is not in the vmemmap page that HVO keeps */
+	const unsigned long first = page / 64;
+	const char *how = argc == 2 ? argv[1] : "";
+	int pipefd[2], status = 0;
 	struct timespec ts;
 	uint64_t flags, head;
-	bool while_free;
-	pid_t child;
-	char *mem;
+	pid_t child = -1;
+	pthread_t thread;
+	char *mem = MEM;
 
 	setvbuf(stdout, NULL, _IONBF, 0);
-	if (argc != 2 || (strcmp(argv[1], "page_idle") && strcmp(argv[1], "hwpoison")))
-		die("usage: race page_idle | hwpoison");
-	/* page_idle looks at pages in use, hwpoison has to meet a free one. */
-	while_free = !strcmp(argv[1], "hwpoison");
+	if (!is(how, "page_idle") && !is(how, "hwpoison") && !is(how, "compaction") &&
+	    !is(how, "swap_cache"))
+		die("usage: race page_idle | hwpoison | compaction | swap_cache");
 
 	/* Before there is memory that the child would share. */
 	if (pipe(pipefd))
 		die("pipe");
-	child = fork();
-	if (!child)
-		stranger(pipefd[0], argv[1]);
+	if (!is(how, "swap_cache")) {
+		child = fork();
+		if (!child)
+			stranger(pipefd[0], how);
+	}
 	pin(0);
 
 	/* Pages of their own; enough to empty the per-cpu lists of the first. */
 	len = 64 * huge;
-	mem = mmap(NULL, len + huge, PROT_READ | PROT_WRITE,
-		   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (mem == MAP_FAILED)
+	if (mmap(mem, len, PROT_READ | PROT_WRITE,
+		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) != mem)
 		die("mmap");
-	mem = (char *)(((uintptr_t)mem + huge - 1) & -huge);
 	madvise(mem, len, MADV_NOHUGEPAGE);
 	memset(mem, 1, len);
 
-	/* A whole huge page of it: where the pages follow each other. */
-	for (i = 0; i + 2 * nr < len / page; i++) {
-		for (j = 0; j < nr; j++) {
-			uint64_t v = read_u64("/proc/self/pagemap", (uintptr_t)mem / page + i + j) &
-				     ((1ULL << 55) - 1);
+	/*
+	 * A whole huge page of it: where the pages follow each other. The lowest one,
+	 * since compaction starts there, but not in ZONE_DMA, of which the pool gets
+	 * nothing.
+	 */
+	for (i = 0; i + nr <= len / page; i++) {
+		uint64_t at = 0, v;
 
+		for (j = 0; j < nr; j++) {
+			v = read_u64("/proc/self/pagemap", (uintptr_t)mem / page + i + j) &
+			    ((1ULL << 55) - 1);
 			if (!j)
-				pfn = v;
-			if (pfn % nr || v != pfn + j)
+				at = v;
+			if (at % nr || v != at + j)
 				break;
 		}
-		if (j == nr)
-			break;
+		if (j == nr && at < pfn && at >= DMA_END / page) {
+			pfn = at;
+			run = i;
+		}
+		i += j == nr ? nr - 1 : 0;
 	}
-	if (j != nr)
+	if (pfn == ~0UL)
 		die("no pages in a row");
-	/* In the middle: not in the vmemmap page that HVO keeps. */
-	pfn += nr / 2;
 	printf("race: pfn 0x%lx\n", pfn);
 
-	if (while_free)
+	if (is(how, "page_idle")) {
+		/* In the middle; that is all of them that it looks at. */
+		pfn += nr / 2;
+	} else if (is(how, "hwpoison")) {
+		/* It has to meet a free page. */
+		pfn += nr / 2;
 		munmap(mem, len);
+	} else if (is(how, "compaction")) {
+		/* No others may be met, and none before them: it holds a lock then. */
+		pfn += first;
+		munmap(mem, (run + first) * page);
+		munmap(mem + (run + nr) * page, len - (run + nr) * page);
+	} else {
+		pfn += first;
+		munmap(mem, (run + first) * page);
+		munmap(mem + (run + first + 1) * page, len - (run + first + 1) * page);
+		swap_out(mem + (run + first) * page, page);
+	}
+
+	if (child < 0 && pthread_create(&thread, NULL, touch, mem + (run + first) * page))
+		die("pthread_create");
 	if (write(pipefd[1], &pfn, sizeof(pfn)) != sizeof(pfn))
 		die("write");
 	/* Long enough for the stranger to get there. */
-	for (poll = 0; poll < POLLS; poll++)
-		if (waitpid(child, &status, WNOHANG))
+	for (poll = 0; poll < (is(how, "compaction") ? 50 : 1) * POLLS; poll++)
+		if (child > 0 ? waitpid(child, &status, WNOHANG) : getppid() && came_back)
 			die("nobody held the stranger");
 
-	/* The first ones out of the per-cpu lists, by those that follow. */
-	if (!while_free) {
-		munmap(mem + i * page, huge);
+	/* Not munmap(), which would wait for the fault of the other thread. */
+	if (madvise(mem + (run + first) * page, page, MADV_DONTNEED) && child < 0)
+		die("MADV_DONTNEED");
+	if (child > 0) {
+		munmap(mem + run * page, huge);
 		munmap(mem, len);
+	}
+	/* The first ones out of the per-cpu lists, by those that follow. */
+	if (is(how, "compaction") || is(how, "swap_cache")) {
+		char *more = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+		if (more == MAP_FAILED)
+			die("mmap");
+		madvise(more, len, MADV_NOHUGEPAGE);
+		memset(more, 1, len / 4);
+		madvise(more, len, MADV_DONTNEED);
 	}
 	write_num("/proc/sys/vm/nr_hugepages", meminfo_kb("MemFree:") / 10 * 9 * 1024 / huge);
 	/* For ci/hold-vcpu, which waits for that. */
 	sched_rr_get_interval(0, &ts);
 	printf("race: a pool of %lu huge pages\n", meminfo_kb("HugePages_Total:"));
-	waitpid(child, &status, 0);
+	if (child < 0)
+		pthread_join(thread, NULL);
+	else
+		waitpid(child, &status, 0);
 	if (!WIFEXITED(status)) {
 		printf("race: the stranger died of signal %d\n", WTERMSIG(status));
 		return 3;
@@ -160,9 +241,10 @@ int main(int argc, char **argv)
 	/* A poisoned page may have been taken out of the pool already. */
 	flags = read_u64("/proc/kpageflags", pfn);
 	head = read_u64("/proc/kpageflags", pfn / nr * nr);
+	printf("race: flags %llx\n", (unsigned long long)flags);
 	printf("race: the page is%s%s\n", flags & 1 << KPF_HUGE ? " huge" : "",
 	       (flags | head) & 1 << KPF_HWPOISON ? " poisoned" : "");
-	if (!while_free && ~flags & (1 << KPF_HUGE | 1 << KPF_COMPOUND_TAIL))
+	if (!is(how, "hwpoison") && ~flags & (1 << KPF_HUGE | 1 << KPF_COMPOUND_TAIL))
 		die("the page is not in the pool");
 	return WEXITSTATUS(status);
 }
