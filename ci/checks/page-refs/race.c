@@ -21,13 +21,15 @@
 #include <sys/uio.h>
 #include <sys/wait.h>
 
+#define KPF_SLAB		7
 #define KPF_COMPOUND_TAIL	16
 #define KPF_HUGE		17
 #define KPF_HWPOISON		19
 #define DMA_END			(16UL << 20)
-#define POLLS			50000	/* a quarter of a second or so under TCG */
 /* Where the pages are: what "--index" of ci/hold-vcpu goes by */
 #define MEM			((char *)0x600000000000)
+/* What "--tell" goes by: the stranger is held */
+#define HELD			((volatile char *)0x500000000000)
 
 static uint64_t read_u64(const char *path, uint64_t at)
 {
@@ -53,6 +55,49 @@ static unsigned long meminfo_kb(const char *key)
 			kb = strtoul(line + strlen(key), NULL, 10);
 	fclose(f);
 	return kb;
+}
+
+/*
+ * How many huge pages there are as the buddy allocator has it: all of them are to be
+ * taken, and nothing is to be compacted for more, which would move pages to ours.
+ */
+static unsigned long free_huge(unsigned long nr)
+{
+	FILE *f = fopen("/proc/buddyinfo", "r");
+	unsigned long n, sum = 0, size = 1;
+	char line[256], *at, *end;
+
+	if (!f)
+		die("/proc/buddyinfo");
+	while (fgets(line, sizeof(line), f)) {
+		at = strstr(line, "zone ");
+		if (!at)
+			die("/proc/buddyinfo");
+		at += strlen("zone ");
+		at += strspn(at, " ");
+		at += strcspn(at, " ");
+		for (size = 1; n = strtoul(at, &end, 10), end != at; size *= 2, at = end)
+			sum += size >= nr ? n * (size / nr) : 0;
+	}
+	fclose(f);
+	return sum;
+}
+
+/*
+ * Pages in the lists of CPUs keep blocks from being free. Memory failure empties them
+ * before it looks at a page: let it look at one that it can do nothing about.
+ */
+static void drain_lists(unsigned long pfn, unsigned long page)
+{
+	int fd = open("/sys/devices/system/memory/soft_offline_page", O_WRONLY);
+	char text[32];
+
+	while (!(read_u64("/proc/kpageflags", pfn) & 1 << KPF_SLAB))
+		pfn--;
+	snprintf(text, sizeof(text), "%lu", pfn * page);
+	if (fd < 0 || write(fd, text, strlen(text)) >= 0)
+		die("soft_offline_page");
+	close(fd);
 }
 
 static void write_num(const char *path, unsigned long n)
@@ -121,7 +166,7 @@ int main(int argc, char **argv)
 	const unsigned long page = sysconf(_SC_PAGESIZE);
 	const unsigned long huge = meminfo_kb("Hugepagesize:") * 1024;
 	const unsigned long nr = huge / page;
-	unsigned long len, pfn = ~0UL, run = 0, i, j, poll;
+	unsigned long len, pfn = ~0UL, run = 0, i, j;
 	/* The first page that is not in the vmemmap page that HVO keeps */
 	const unsigned long first = page / 64;
 	const char *how = argc == 2 ? argv[1] : "";
@@ -130,13 +175,16 @@ int main(int argc, char **argv)
 	uint64_t flags, head;
 	pid_t child = -1;
 	pthread_t thread;
-	char *mem = MEM;
+	char *mem, *holes;
 
 	setvbuf(stdout, NULL, _IONBF, 0);
 	if (!is(how, "page_idle") && !is(how, "hwpoison") && !is(how, "compaction") &&
 	    !is(how, "swap_cache"))
 		die("usage: race page_idle | hwpoison | compaction | swap_cache");
 
+	if (mmap((void *)HELD, page, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS |
+		 MAP_FIXED_NOREPLACE | MAP_POPULATE, -1, 0) != HELD)
+		die("mmap");
 	/* Before there is memory that the child would share. */
 	if (pipe(pipefd))
 		die("pipe");
@@ -148,6 +196,7 @@ int main(int argc, char **argv)
 	pin(0);
 
 	/* Pages of their own; enough to empty the per-cpu lists of the first. */
+	mem = MEM;
 	len = 64 * huge;
 	if (mmap(mem, len, PROT_READ | PROT_WRITE,
 		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) != mem)
@@ -181,6 +230,19 @@ int main(int argc, char **argv)
 		die("no pages in a row");
 	printf("race: pfn 0x%lx\n", pfn);
 
+	/*
+	 * Free pages in between others: compaction takes no free page of a block that is
+	 * free as a whole, and what has to stay free shall not be a huge page. After the others, since compaction
+	 * would move what is before them.
+	 */
+	holes = mmap(NULL, 8 * huge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (holes == MAP_FAILED)
+		die("mmap");
+	madvise(holes, 8 * huge, MADV_NOHUGEPAGE);
+	memset(holes, 1, 8 * huge);
+	for (i = 0; i < 8 * nr; i += 2)
+		madvise(holes + i * page, page, MADV_DONTNEED);
+
 	if (is(how, "page_idle")) {
 		/* In the middle; that is all of them that it looks at. */
 		pfn += nr / 2;
@@ -204,8 +266,7 @@ int main(int argc, char **argv)
 		die("pthread_create");
 	if (write(pipefd[1], &pfn, sizeof(pfn)) != sizeof(pfn))
 		die("write");
-	/* Long enough for the stranger to get there. */
-	for (poll = 0; poll < (is(how, "compaction") ? 50 : 1) * POLLS; poll++)
+	while (!*HELD)
 		if (child > 0 ? waitpid(child, &status, WNOHANG) : getppid() && came_back)
 			die("nobody held the stranger");
 
@@ -226,7 +287,9 @@ int main(int argc, char **argv)
 		memset(more, 1, len / 4);
 		madvise(more, len, MADV_DONTNEED);
 	}
-	write_num("/proc/sys/vm/nr_hugepages", meminfo_kb("MemFree:") / 10 * 9 * 1024 / huge);
+	if (!is(how, "hwpoison"))
+		drain_lists(pfn, page);
+	write_num("/proc/sys/vm/nr_hugepages", free_huge(huge / page));
 	/* For ci/hold-vcpu, which waits for that. */
 	sched_rr_get_interval(0, &ts);
 	printf("race: a pool of %lu huge pages\n", meminfo_kb("HugePages_Total:"));
@@ -241,7 +304,6 @@ int main(int argc, char **argv)
 	/* A poisoned page may have been taken out of the pool already. */
 	flags = read_u64("/proc/kpageflags", pfn);
 	head = read_u64("/proc/kpageflags", pfn / nr * nr);
-	printf("race: flags %llx\n", (unsigned long long)flags);
 	printf("race: the page is%s%s\n", flags & 1 << KPF_HUGE ? " huge" : "",
 	       (flags | head) & 1 << KPF_HWPOISON ? " poisoned" : "");
 	if (!is(how, "hwpoison") && ~flags & (1 << KPF_HUGE | 1 << KPF_COMPOUND_TAIL))
