@@ -531,32 +531,30 @@ static void hit(int sig)
 	(void)sig;
 }
 
-static void poison(void)
+static void poison_one(int index)
 {
 	unsigned long pfn;
 	struct iovec iov;
 	int pipefd[2];
 	char *mem;
 
-	signal(SIGBUS, hit);
-
 	/* Free: it is dissolved. */
 	must_put(POOL "nr_hugepages", 1);
 	munmap(one_page(&pfn), HUGE);
 	errno = put("/sys/devices/system/memory/hard_offline_page", "%lu",
-		    (pfn + TAIL) * getpagesize());
+		    (pfn + index) * getpagesize());
 	if (errno)
 		wrong("free: %s", strerror(errno));
 	expect("nr_hugepages", number(POOL "nr_hugepages", NULL), 0);
-	expect_kept_out("free", pfn + TAIL);
+	expect_kept_out("free", pfn + index);
 
 	/* In use, and nobody else has it: it is unmapped and dissolved. */
 	must_put(POOL "nr_hugepages", 1);
 	mem = one_page(&pfn);
-	if (madvise(mem + TAIL * getpagesize(), getpagesize(), MADV_HWPOISON))
+	if (madvise(mem + index * getpagesize(), getpagesize(), MADV_HWPOISON))
 		wrong("in use: %s", strerror(errno));
 	munmap(mem, HUGE);
-	expect_kept_out("in use", pfn + TAIL);
+	expect_kept_out("in use", pfn + index);
 	must_put(POOL "nr_hugepages", 0);
 
 	/* A pipe has it as well: it goes back to the pool, and is freed from there. */
@@ -565,13 +563,21 @@ static void poison(void)
 	iov = (struct iovec) { mem, 16 };
 	if (pipe(pipefd) || vmsplice(pipefd[1], &iov, 1, 0) != 16)
 		die("vmsplice");
-	madvise(mem + TAIL * getpagesize(), getpagesize(), MADV_HWPOISON);
+	madvise(mem + index * getpagesize(), getpagesize(), MADV_HWPOISON);
 	munmap(mem, HUGE);
 	close(pipefd[0]);
 	close(pipefd[1]);
 	must_put(POOL "nr_hugepages", 0);
 	expect("nr_hugepages", number(POOL "nr_hugepages", NULL), 0);
-	expect_kept_out("pinned", pfn + TAIL);
+	expect_kept_out("pinned", pfn + index);
+}
+
+static void poison(void)
+{
+	signal(SIGBUS, hit);
+	poison_one(TAIL);
+	/* The one that has a reference of its own while it is a huge page */
+	poison_one(0);
 }
 
 static const struct {
