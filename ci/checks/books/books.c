@@ -176,7 +176,8 @@ static struct pool pool(void)
 		.free = number(POOL "free_hugepages", NULL),
 		.resv = number(POOL "resv_hugepages", NULL),
 		.surplus = number(POOL "surplus_hugepages", NULL),
-		.memmap = number("/proc/vmstat", "nr_memmap_pages"),
+		.memmap = number("/proc/vmstat", "nr_memmap_pages") +
+			  number("/proc/vmstat", "nr_memmap_boot_pages"),
 	};
 }
 
@@ -188,7 +189,7 @@ static void expect_pool(const struct pool *want)
 	expect("free_hugepages", is.free, want->free);
 	expect("resv_hugepages", is.resv, want->resv);
 	expect("surplus_hugepages", is.surplus, want->surplus);
-	expect("nr_memmap_pages", is.memmap, want->memmap);
+	expect("nr_memmap_pages and nr_memmap_boot_pages", is.memmap, want->memmap);
 }
 
 /* Called without huge pages in use; some that are, since less than 0 is shown as 0. */
@@ -308,6 +309,28 @@ static void subpool(void)
 	close(fd);
 	unlink("/tmp/huge/file");
 	expect("free pages of a mount in the end", free_of_mount(), 32);
+	if (umount("/tmp/huge"))
+		die("umount");
+	expect("resv_hugepages", number(POOL "resv_hugepages", NULL), 0);
+	must_put(POOL "nr_hugepages", 0);
+	expect_no_nr_hugetlb();
+}
+
+/* The pages of a mmap() that fails: some are the mount's own, some would not be. */
+static void min_size(void)
+{
+	int fd;
+
+	must_put(POOL "nr_hugepages", 4);
+	mount_huge("pagesize=2M,min_size=8M,size=16M");
+	expect("resv_hugepages with a mount", number(POOL "resv_hugepages", NULL), 4);
+	fd = huge_file("/tmp/huge/file", 8);
+	if (map_huge(8, fd, MAP_SHARED) != MAP_FAILED)
+		wrong("8 pages of a pool of 4 are mapped");
+	expect("resv_hugepages after mmap()", number(POOL "resv_hugepages", NULL), 4);
+	expect("free pages of a mount after mmap()", free_of_mount(), 8);
+	close(fd);
+	unlink("/tmp/huge/file");
 	if (umount("/tmp/huge"))
 		die("umount");
 	expect("resv_hugepages", number(POOL "resv_hugepages", NULL), 0);

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * In the guest, with two CPUs: poison is recorded in a huge page that is neither free
+ * nor in use. CPU 1 optimizes or demotes one, and is held by ci/hold-vcpu in the middle
+ * of that. On CPU 0 memory failure finds one of its pages meanwhile. When all huge pages
+ * are freed, that page is to be the one that the page allocator does not get.
+ *
+ * Usage: poison optimize | demote
+ *
+ * demote wants hugepagesz=1G hugepages=1.
+ *
+ * Exits with 0 when all that has happened, and with 3 when it has not.
+ */
+#include "guest.h"
+#include <fcntl.h>
+#include <stdint.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <time.h>
+
+#define HUGEPAGES	"/sys/kernel/mm/hugepages/hugepages-"
+#define KPF_HUGE		17
+#define KPF_COMPOUND_HEAD	15
+#define KPF_HWPOISON		19
+/* What "--tell" goes by: the other CPU is held */
+#define HELD			((volatile char *)0x500000000000)
+
+static void put(const char *path, unsigned long n)
+{
+	FILE *f = fopen(path, "w");
+
+	if (!f || fprintf(f, "%lu", n) < 0 || fclose(f))
+		die(path);
+}
+
+static unsigned long number(const char *path)
+{
+	FILE *f = fopen(path, "r");
+	unsigned long n;
+
+	if (!f || fscanf(f, "%lu", &n) != 1)
+		die(path);
+	fclose(f);
+	return n;
+}
+
+/* Return: the first page with all of these flags, or 0. */
+static unsigned long find(uint64_t want)
+{
+	const int fd = open("/proc/kpageflags", O_RDONLY);
+	static uint64_t flags[4096];
+	unsigned long pfn = 0;
+	ssize_t got;
+
+	if (fd < 0)
+		die("/proc/kpageflags");
+	while ((got = read(fd, flags, sizeof(flags))) > 0) {
+		for (size_t i = 0; i < got / sizeof(*flags); i++, pfn++) {
+			if ((flags[i] & want) == want) {
+				close(fd);
+				return pfn;
+			}
+		}
+	}
+	close(fd);
+	return 0;
+}
+
+int main(int argc, char **argv)
+{
+	const char *how = argc == 2 ? argv[1] : "";
+	const int demote = !strcmp(how, "demote");
+	unsigned long head, pfn, found;
+	struct timespec ts;
+	int status;
+	pid_t child;
+	FILE *f;
+
+	setvbuf(stdout, NULL, _IONBF, 0);
+	if (!demote && strcmp(how, "optimize"))
+		die("usage: poison optimize | demote");
+	if (mmap((void *)HELD, getpagesize(), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS |
+		 MAP_FIXED_NOREPLACE | MAP_POPULATE, -1, 0) != HELD)
+		die("mmap");
+	child = fork();
+	if (!child) {
+		pin(1);
+		if (demote)
+			put(HUGEPAGES "1048576kB/demote", 1);
+		else
+			put(HUGEPAGES "2048kB/nr_hugepages", 1);
+		exit(0);
+	}
+	pin(0);
+	while (!*HELD)
+		if (waitpid(child, &status, WNOHANG))
+			die("nobody held the other CPU");
+
+	head = find(1 << KPF_HUGE | 1 << KPF_COMPOUND_HEAD);
+	if (!head)
+		die("there is no huge page");
+	/* Not in the first one of the smaller ones */
+	pfn = head + (demote ? 5 * 512 : 0) + 300;
+	f = fopen("/sys/devices/system/memory/hard_offline_page", "w");
+	if (!f || fprintf(f, "%lu", pfn * getpagesize()) < 0)
+		die("hard_offline_page");
+	printf("poison: pfn 0x%lx of 0x%lx: %s\n", pfn, head, fclose(f) ? strerror(errno) : "done");
+	/* For ci/hold-vcpu, which waits for that. */
+	sched_rr_get_interval(0, &ts);
+
+	if (waitpid(child, &status, 0) != child)
+		die("waitpid");
+	/* What is poisoned may be refused. */
+	printf("poison: %s ended with %d\n", how, WIFEXITED(status) ? WEXITSTATUS(status) : -1);
+	put(HUGEPAGES "2048kB/nr_hugepages", 0);
+	if (demote)
+		put(HUGEPAGES "1048576kB/nr_hugepages", 0);
+	printf("poison: %lu huge pages are left\n", number(HUGEPAGES "2048kB/nr_hugepages"));
+	found = find(1 << KPF_HWPOISON);
+	if (found != pfn) {
+		printf("poison: the page that is kept is 0x%lx\n", found);
+		return 3;
+	}
+	if (find(1 << KPF_HUGE | 1 << KPF_COMPOUND_HEAD))
+		die("a huge page is left");
+	printf("poison: the page is kept\n");
+	return 0;
+}
