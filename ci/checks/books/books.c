@@ -609,6 +609,7 @@ static const struct {
 } tests[] = {
 	{ "memcg", memcg },
 	{ "subpool", subpool },
+	{ "min_size", min_size },
 	{ "nr_hugetlb", nr_hugetlb },
 	{ "uffd_nomem", uffd_nomem },
 	{ "uffd_restore", uffd_restore },

@@ -2,12 +2,11 @@
 /*
  * In the guest, with two CPUs: poison is recorded in a huge page that is neither free
  * nor in use. CPU 1 optimizes or demotes one, and is held by ci/hold-vcpu in the middle
- * of that. On CPU 0 memory failure finds one of its pages meanwhile. When all huge pages
- * are freed, that page is to be the one that the page allocator does not get.
+ * of that. On CPU 0 memory failure finds one of its pages meanwhile. The huge page that it
+ * is in afterwards is to be poisoned, and when all huge pages are freed, that page is to be
+ * the one that the page allocator does not get.
  *
  * Usage: poison optimize | demote
- *
- * demote wants hugepagesz=1G hugepages=1.
  *
  * Exits with 0 when all that has happened, and with 3 when it has not.
  */
@@ -19,8 +18,10 @@
 #include <time.h>
 
 #define HUGEPAGES	"/sys/kernel/mm/hugepages/hugepages-"
-#define KPF_HUGE		17
+#define KPF_BUDDY		10
 #define KPF_COMPOUND_HEAD	15
+#define KPF_COMPOUND_TAIL	16
+#define KPF_HUGE		17
 #define KPF_HWPOISON		19
 /* What "--tell" goes by: the other CPU is held */
 #define HELD			((volatile char *)0x500000000000)
@@ -42,6 +43,20 @@ static unsigned long number(const char *path)
 		die(path);
 	fclose(f);
 	return n;
+}
+
+/* The flags of a page, of a huge one those of its head. */
+static uint64_t flags_of(unsigned long pfn)
+{
+	const int fd = open("/proc/kpageflags", O_RDONLY);
+	uint64_t v;
+
+	do {
+		if (fd < 0 || pread(fd, &v, sizeof(v), pfn * sizeof(v)) != sizeof(v))
+			die("/proc/kpageflags");
+	} while (v & 1 << KPF_COMPOUND_TAIL && pfn--);
+	close(fd);
+	return v;
 }
 
 /* Return: the first page with all of these flags, or 0. */
@@ -82,6 +97,9 @@ int main(int argc, char **argv)
 	if (mmap((void *)HELD, getpagesize(), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS |
 		 MAP_FIXED_NOREPLACE | MAP_POPULATE, -1, 0) != HELD)
 		die("mmap");
+	/* Not one from boot, which v7.3-rc7 cannot demote. */
+	if (demote)
+		put(HUGEPAGES "1048576kB/nr_hugepages", 1);
 	child = fork();
 	if (!child) {
 		pin(1);
@@ -112,12 +130,16 @@ int main(int argc, char **argv)
 		die("waitpid");
 	/* What is poisoned may be refused. */
 	printf("poison: %s ended with %d\n", how, WIFEXITED(status) ? WEXITSTATUS(status) : -1);
+	if (!(flags_of(pfn) & 1 << KPF_HWPOISON)) {
+		printf("poison: the huge page of the page is not poisoned\n");
+		return 3;
+	}
 	put(HUGEPAGES "2048kB/nr_hugepages", 0);
 	if (demote)
 		put(HUGEPAGES "1048576kB/nr_hugepages", 0);
 	printf("poison: %lu huge pages are left\n", number(HUGEPAGES "2048kB/nr_hugepages"));
 	found = find(1 << KPF_HWPOISON);
-	if (found != pfn) {
+	if (found != pfn || flags_of(pfn) & 1 << KPF_BUDDY) {
 		printf("poison: the page that is kept is 0x%lx\n", found);
 		return 3;
 	}
