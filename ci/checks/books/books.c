@@ -40,6 +40,7 @@
 #define KPF_BUDDY		10
 #define KPF_COMPOUND_HEAD	15
 #define KPF_HWPOISON		19
+#define KPF_NOPAGE		20
 
 static const char *test;
 static int failed;
@@ -527,9 +528,15 @@ static void filter(void)
  */
 static void drain_lists(unsigned long pfn)
 {
-	while (!has_flag(pfn, KPF_SLAB))
-		pfn--;
-	put("/sys/devices/system/memory/soft_offline_page", "%lu", pfn * getpagesize());
+	unsigned long slab = pfn;
+
+	/* Below it, or above if it is at the start of memory */
+	while (!has_flag(slab, KPF_SLAB) && !has_flag(slab, KPF_NOPAGE))
+		slab--;
+	if (has_flag(slab, KPF_NOPAGE))
+		for (slab = pfn; !has_flag(slab, KPF_SLAB);)
+			slab++;
+	put("/sys/devices/system/memory/soft_offline_page", "%lu", slab * getpagesize());
 }
 
 static void expect_kept_out(const char *what, unsigned long pfn)

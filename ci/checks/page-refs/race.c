@@ -25,6 +25,7 @@
 #define KPF_COMPOUND_TAIL	16
 #define KPF_HUGE		17
 #define KPF_HWPOISON		19
+#define KPF_NOPAGE		20
 #define DMA_END			(16UL << 20)
 /* Where the pages are: what "--index" of ci/hold-vcpu goes by */
 #define MEM			((char *)0x600000000000)
@@ -90,11 +91,17 @@ static unsigned long free_huge(unsigned long nr)
 static void drain_lists(unsigned long pfn, unsigned long page)
 {
 	int fd = open("/sys/devices/system/memory/soft_offline_page", O_WRONLY);
+	unsigned long slab = pfn;
+	uint64_t flags;
 	char text[32];
 
-	while (!(read_u64("/proc/kpageflags", pfn) & 1 << KPF_SLAB))
-		pfn--;
-	snprintf(text, sizeof(text), "%lu", pfn * page);
+	/* Below it, or above if it is at the start of memory */
+	while (flags = read_u64("/proc/kpageflags", slab), !(flags & (1 << KPF_SLAB | 1 << KPF_NOPAGE)))
+		slab--;
+	if (flags & 1 << KPF_NOPAGE)
+		for (slab = pfn; !(read_u64("/proc/kpageflags", slab) & 1 << KPF_SLAB);)
+			slab++;
+	snprintf(text, sizeof(text), "%lu", slab * page);
 	if (fd < 0 || write(fd, text, strlen(text)) >= 0)
 		die("soft_offline_page");
 	close(fd);
