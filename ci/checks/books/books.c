@@ -40,7 +40,6 @@
 #define KPF_BUDDY		10
 #define KPF_COMPOUND_HEAD	15
 #define KPF_HWPOISON		19
-#define KPF_NOPAGE		20
 
 static const char *test;
 static int failed;
@@ -521,6 +520,26 @@ static void filter(void)
 	expect_no_poison("no huge page any more", pfn);
 }
 
+/* A page of the same zone that nobody can offline: one of slab, above it or below. */
+static unsigned long slab_near(unsigned long pfn)
+{
+	const int fd = open("/proc/kpageflags", O_RDONLY);
+	const int steps[] = { 1, -1 };
+	uint64_t flags;
+
+	for (int i = 0; i < 2; i++) {
+		for (unsigned long at = pfn; pread(fd, &flags, sizeof(flags), at * sizeof(flags)) ==
+					     sizeof(flags); at += steps[i]) {
+			if (flags & 1 << KPF_SLAB) {
+				close(fd);
+				return at;
+			}
+		}
+	}
+	die("no page of slab");
+	return 0;
+}
+
 /*
  * What was freed may be in a list of some CPU, where it is not seen to be free. Memory
  * failure empties the lists of a zone before it looks at a page: let it look at one
@@ -528,15 +547,7 @@ static void filter(void)
  */
 static void drain_lists(unsigned long pfn)
 {
-	unsigned long slab = pfn;
-
-	/* Below it, or above if it is at the start of memory */
-	while (!has_flag(slab, KPF_SLAB) && !has_flag(slab, KPF_NOPAGE))
-		slab--;
-	if (has_flag(slab, KPF_NOPAGE))
-		for (slab = pfn; !has_flag(slab, KPF_SLAB);)
-			slab++;
-	put("/sys/devices/system/memory/soft_offline_page", "%lu", slab * getpagesize());
+	put("/sys/devices/system/memory/soft_offline_page", "%lu", slab_near(pfn) * getpagesize());
 }
 
 static void expect_kept_out(const char *what, unsigned long pfn)

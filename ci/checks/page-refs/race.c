@@ -25,7 +25,6 @@
 #define KPF_COMPOUND_TAIL	16
 #define KPF_HUGE		17
 #define KPF_HWPOISON		19
-#define KPF_NOPAGE		20
 #define DMA_END			(16UL << 20)
 /* Where the pages are: what "--index" of ci/hold-vcpu goes by */
 #define MEM			((char *)0x600000000000)
@@ -84,6 +83,26 @@ static unsigned long free_huge(unsigned long nr)
 	return sum;
 }
 
+/* A page of the same zone that nobody can offline: one of slab, above it or below. */
+static unsigned long slab_near(unsigned long pfn)
+{
+	const int fd = open("/proc/kpageflags", O_RDONLY);
+	const int steps[] = { 1, -1 };
+	uint64_t flags;
+
+	for (int i = 0; i < 2; i++) {
+		for (unsigned long at = pfn; pread(fd, &flags, sizeof(flags), at * sizeof(flags)) ==
+					     sizeof(flags); at += steps[i]) {
+			if (flags & 1 << KPF_SLAB) {
+				close(fd);
+				return at;
+			}
+		}
+	}
+	die("no page of slab");
+	return 0;
+}
+
 /*
  * Pages in the lists of CPUs keep blocks from being free. Memory failure empties them
  * before it looks at a page: let it look at one that it can do nothing about.
@@ -91,17 +110,9 @@ static unsigned long free_huge(unsigned long nr)
 static void drain_lists(unsigned long pfn, unsigned long page)
 {
 	int fd = open("/sys/devices/system/memory/soft_offline_page", O_WRONLY);
-	unsigned long slab = pfn;
-	uint64_t flags;
 	char text[32];
 
-	/* Below it, or above if it is at the start of memory */
-	while (flags = read_u64("/proc/kpageflags", slab), !(flags & (1 << KPF_SLAB | 1 << KPF_NOPAGE)))
-		slab--;
-	if (flags & 1 << KPF_NOPAGE)
-		for (slab = pfn; !(read_u64("/proc/kpageflags", slab) & 1 << KPF_SLAB);)
-			slab++;
-	snprintf(text, sizeof(text), "%lu", slab * page);
+	snprintf(text, sizeof(text), "%lu", slab_near(pfn) * page);
 	if (fd < 0 || write(fd, text, strlen(text)) >= 0)
 		die("soft_offline_page");
 	close(fd);
