@@ -36,7 +36,6 @@
 #define INJECT		"/sys/kernel/debug/hwpoison/"
 #define TAIL		200	/* its struct page is one that HVO maps read-only */
 
-#define KPF_SLAB		7
 #define KPF_BUDDY		10
 #define KPF_COMPOUND_HEAD	15
 #define KPF_HWPOISON		19
@@ -49,6 +48,8 @@ static void die(const char *what)
 	printf("books: %s: %s: %s\n", test, what, strerror(errno));
 	exit(3);
 }
+
+#include "../../guest/slab.h"
 
 static void __attribute__((format(printf, 1, 2))) wrong(const char *format, ...)
 {
@@ -518,26 +519,6 @@ static void filter(void)
 	must_put(INJECT "corrupt-filter-enable", 0);
 	must_put(POOL "nr_hugepages", 0);
 	expect_no_poison("no huge page any more", pfn);
-}
-
-/* A page of the same zone that nobody can offline: one of slab, above it or below. */
-static unsigned long slab_near(unsigned long pfn)
-{
-	const int fd = open("/proc/kpageflags", O_RDONLY);
-	const int steps[] = { 1, -1 };
-	uint64_t flags;
-
-	for (int i = 0; i < 2; i++) {
-		for (unsigned long at = pfn; pread(fd, &flags, sizeof(flags), at * sizeof(flags)) ==
-					     sizeof(flags); at += steps[i]) {
-			if (flags & 1 << KPF_SLAB) {
-				close(fd);
-				return at;
-			}
-		}
-	}
-	die("no page of slab");
-	return 0;
 }
 
 /*

@@ -20,8 +20,8 @@
 #include <sys/mman.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
+#include "../../guest/slab.h"
 
-#define KPF_SLAB		7
 #define KPF_COMPOUND_TAIL	16
 #define KPF_HUGE		17
 #define KPF_HWPOISON		19
@@ -81,26 +81,6 @@ static unsigned long free_huge(unsigned long nr)
 	}
 	fclose(f);
 	return sum;
-}
-
-/* A page of the same zone that nobody can offline: one of slab, above it or below. */
-static unsigned long slab_near(unsigned long pfn)
-{
-	const int fd = open("/proc/kpageflags", O_RDONLY);
-	const int steps[] = { 1, -1 };
-	uint64_t flags;
-
-	for (int i = 0; i < 2; i++) {
-		for (unsigned long at = pfn; pread(fd, &flags, sizeof(flags), at * sizeof(flags)) ==
-					     sizeof(flags); at += steps[i]) {
-			if (flags & 1 << KPF_SLAB) {
-				close(fd);
-				return at;
-			}
-		}
-	}
-	die("no page of slab");
-	return 0;
 }
 
 /*
