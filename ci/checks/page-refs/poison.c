@@ -6,14 +6,20 @@
  * is in afterwards is to be poisoned, and when all huge pages are freed, that page is to be
  * the one that the page allocator does not get.
  *
- * Usage: poison optimize | demote
+ * Or, on x86-64: with a crash kernel loaded, /bzImage, "mce" says which page of an optimized
+ * huge page a machine check is to be about, and waits for it.
  *
- * Exits with 0 when all that has happened, and with 3 when it has not.
+ * Usage: poison optimize | demote | mce
+ *
+ * Exits with 0 when all that has happened, and with 3 when it has not. There is nothing to
+ * come back from a machine check to.
  */
 #include "guest.h"
 #include <fcntl.h>
+#include <linux/kexec.h>
 #include <stdint.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 
@@ -81,6 +87,25 @@ static unsigned long find(uint64_t want)
 	return 0;
 }
 
+static int wait_for_mce(void)
+{
+	const char *cmdline = "console=ttyS0 panic=-1";
+	const int kernel = open("/bzImage", O_RDONLY);
+	unsigned long head;
+
+	if (kernel < 0 || syscall(SYS_kexec_file_load, kernel, -1, strlen(cmdline) + 1, cmdline,
+				  KEXEC_FILE_ON_CRASH | KEXEC_FILE_NO_INITRAMFS))
+		die("kexec_file_load");
+	put(HUGEPAGES "2048kB/nr_hugepages", 1);
+	head = find(1 << KPF_HUGE | 1 << KPF_COMPOUND_HEAD);
+	if (!head)
+		die("there is no huge page");
+	printf("poison: mce: address 0x%lx\n", (head + 300) * getpagesize());
+	sleep(60);
+	printf("poison: there was no machine check\n");
+	return 3;
+}
+
 int main(int argc, char **argv)
 {
 	const char *how = argc == 2 ? argv[1] : "";
@@ -92,8 +117,10 @@ int main(int argc, char **argv)
 	FILE *f;
 
 	setvbuf(stdout, NULL, _IONBF, 0);
+	if (!strcmp(how, "mce"))
+		return wait_for_mce();
 	if (!demote && strcmp(how, "optimize"))
-		die("usage: poison optimize | demote");
+		die("usage: poison optimize | demote | mce");
 	if (mmap((void *)HELD, getpagesize(), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS |
 		 MAP_FIXED_NOREPLACE | MAP_POPULATE, -1, 0) != HELD)
 		die("mmap");
