@@ -301,6 +301,9 @@ kernel_version()
 
 # The patches of a series file, in order.
 series_patches() { sed 's/#.*//; s/[[:space:]]*$//; /^$/d' "${1:-$TOP/series}"; }
+# A subject has up to 75 columns: what git makes a name of is not to be cut.
+NAME_MAX_LENGTH=90
+
 series_topics() { series_patches "$@" | cut -d/ -f1 | uniq; }
 
 # subject_of FILE: the subject of a mail, unfolded, without [PATCH]
